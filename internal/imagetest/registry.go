@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -47,6 +48,10 @@ func NewRegistry(t testing.TB) *Registry {
 	r.Host = strings.TrimPrefix(s.URL, "http://")
 	return r
 }
+
+// NoCredentials is a keychain without any, so that those of whoever runs the
+// tests stay out of them.
+func NoCredentials() authn.Keychain { return authn.NewMultiKeychain() }
 
 // NewTLSRegistry starts an empty registry that speaks HTTPS, with a
 // certificate that nobody trusts.

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-
 	"github.com/ondol-dev/ondol/internal/imagetest"
 	"github.com/ondol-dev/ondol/internal/progress"
 	"github.com/ondol-dev/ondol/internal/registry"
@@ -76,7 +74,7 @@ func (l *lab) file(name, content string) {
 }
 
 func (l *lab) client() *registry.Client {
-	c, err := registry.NewClient(registry.Options{Keychain: authn.NewMultiKeychain(), Retries: 1})
+	c, err := registry.NewClient(registry.Options{Keychain: imagetest.NoCredentials(), Retries: 1})
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -39,7 +38,7 @@ func openDisk(t *testing.T, dir string) *cache.Disk {
 
 func newClient(t *testing.T) *registry.Client {
 	t.Helper()
-	c, err := registry.NewClient(registry.Options{Keychain: authn.NewMultiKeychain(), Retries: -1})
+	c, err := registry.NewClient(registry.Options{Keychain: imagetest.NoCredentials(), Retries: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
