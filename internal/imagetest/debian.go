@@ -39,16 +39,18 @@ func DebianTar() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
+	unfinished := fmt.Sprintf("%s.%d", tar, os.Getpid())
+	defer os.Remove(unfinished)
 	for _, args := range [][]string{
 		{"debootstrap", "--variant=minbase", release, dir, mirror},
 		// Without what the machine's own device nodes are needed for.
-		{"tar", "-C", dir, "--exclude=./dev/*", "--exclude=./var/cache/apt/archives/*.deb", "-cf", tar + ".new", "."},
+		{"tar", "-C", dir, "--exclude=./dev/*", "--exclude=./var/cache/apt/archives/*.deb", "-cf", unfinished, "."},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			return "", fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	return tar, os.Rename(tar+".new", tar)
+	return tar, os.Rename(unfinished, tar)
 }
 
 // debianMirror asks apt for its first source.
