@@ -174,6 +174,10 @@ func (w *wiring) summary(img *build.Image) {
 			cached++
 		}
 	}
-	w.report.Infof("%d of %d steps from the cache", cached, len(img.Steps))
+	unneeded := ""
+	if img.Unneeded > 0 {
+		unneeded = fmt.Sprintf(", %d more behind them not needed", img.Unneeded)
+	}
+	w.report.Infof("%d of %d steps from the cache%s", cached, len(img.Steps), unneeded)
 	w.report.Infof("image %s", img.Descriptor.Digest)
 }

@@ -23,6 +23,9 @@ type Image struct {
 	Config []byte
 	// Steps say what became of the steps, in the order in which they ended.
 	Steps []StepRecord
+	// Unneeded counts the steps of the target that were neither run nor looked
+	// at, because what they lead to was in the cache.
+	Unneeded int
 
 	config ocispec.Descriptor
 	layers []*layer
@@ -79,6 +82,7 @@ func (s *solver) assemble(ctx context.Context, layers []*layer) (*Image, error) 
 		Manifest:   content, Config: config, config: manifest.Config, layers: layers, solver: s,
 	}
 	s.note(func() { img.Steps = append(img.Steps, s.records...) })
+	img.Unneeded = s.steps - len(img.Steps)
 	return img, nil
 }
 

@@ -47,6 +47,7 @@ type solver struct {
 	group   *errgroup.Group // everything that goes on, until the image is there
 	ctx     context.Context // the group's: lives as long as run
 	writing *semaphore.Weighted
+	steps   int // of all stages that the target needs
 	hits    map[cache.Key][]cache.Hit
 	gone    map[digest.Digest]bool // layers that a cache says it has, and has not
 
@@ -81,6 +82,7 @@ func (s *solver) prepare(ctx context.Context) error {
 			}
 		}
 	}
+	s.steps = len(steps)
 	group, gctx := errgroup.WithContext(ctx)
 	for _, st := range steps {
 		group.Go(func() error {
